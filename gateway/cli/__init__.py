@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,6 +226,18 @@ class _Commands(click.Group):
             if close := get_close_matches(args[0], _ENTRIES, n=1):
                 ctx.fail(f"there is no command {args[0]!r}; did you mean {close[0]!r}?")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; of a configuration that stands where no file does, say where it does."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            found = re.search(r"unexpected extra argument.*\((\S+\.toml)", error.message)
+            takes = error.ctx.command.params if error.ctx else []
+            if found and any(one.name == "config" for one in takes):
+                message = f"{error.message}; write -c {found[1]}"
+                raise click.UsageError(message, error.ctx) from None
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands by section, without importing them."""

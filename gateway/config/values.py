@@ -41,7 +41,7 @@ def pattern_of(text: str) -> re.Pattern[str]:
         compiled = re.compile(text)
     except re.error as error:
         where = "" if error.pos is None else f" at position {error.pos + 1}"
-        if text.startswith(("+", "^+")):
+        if re.search(r"(^|[|(^])\+", text):
             where += "; the + of a number is written \\+, in single quotes: '^\\+49'"
         raise ValueError(f"is not a valid regular expression: {error.msg}{where}") from None
     except RecursionError:

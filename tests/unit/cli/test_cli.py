@@ -48,6 +48,19 @@ def test_an_old_name_is_answered_with_the_new(old: str, new: str) -> None:
     assert f"'gateway {old}' is now 'gateway {new}'" in result.output
 
 
+@pytest.mark.parametrize("command", ["check", "run", "doctor", "status", "reload"])
+def test_a_configuration_without_its_option(command: str) -> None:
+    result = CliRunner().invoke(main, [command, "gateway.toml"])
+    assert result.exit_code == 2
+    assert "(gateway.toml); write -c gateway.toml" in result.output
+
+
+def test_an_argument_that_is_no_configuration() -> None:
+    result = CliRunner().invoke(main, ["emulator", "hotel.toml"])
+    assert result.exit_code == 2
+    assert "-c" not in result.output
+
+
 def test_a_mistyped_command() -> None:
     result = CliRunner().invoke(main, ["chekc"])
     assert result.exit_code == 2

@@ -141,6 +141,7 @@ def test_a_note_says_where_its_subject_stands(
         ("[[route]]\nname = 'r'\n", "", 1, "route: unknown key; routes stand in files of dialplan"),
         ("", "greeting.text = 'Hello.'", 3, "greeting.text: unknown key; words: say ="),
         ("", "to = '+49'", 3, "the + of a number is written \\+, in single quotes: '^\\+49'"),
+        ("", "to = '^(100|+49)$'", 3, "the + of a number is written \\+, in single quotes"),
         ("", "to = “100”", 3, '“ is no quotation mark of TOML: write "'),
         ("", 'to = "^\\+49"', 3, "put the text in single quotes"),
         ("", 'to = "100', 3, 'the closing " is missing'),
