@@ -129,7 +129,7 @@ Ask first.
 
 Args:
     room: Number of it,
-        as on the door.
+        brass: as on the door.
     nights (int): How many: at most 9.
 
 Returns:
@@ -137,7 +137,7 @@ Returns:
 """
     assert docstring_parts(doc) == (
         "Book a room, and say so.\nAsk first.",
-        {"room": "Number of it, as on the door.", "nights": "How many: at most 9."},
+        {"room": "Number of it, brass: as on the door.", "nights": "How many: at most 9."},
     )
     assert docstring_parts("") == ("", {})
 
