@@ -559,9 +559,9 @@ class CallIds:
 
     def seeded(self, call_id: str) -> str:
         """Return the id of a function call in the seed of the next session, which may use the
-        call's own id for another one. Made of letters, digits and ``_``, and not much longer, as
-        servers limit both."""
-        return _OURS.sub("", call_id) if self._as_given else f"past_{call_id}"
+        call's own id for another one. Made of letters, digits and ``_``, and of 32 characters at
+        most, as servers limit both."""
+        return _OURS.sub("", call_id) if self._as_given else f"past_{call_id[-27:]}"
 
     def sent(self, outputs: list[Output]) -> list[Output]:
         """Return the outputs with the ids that the present session knows in results of functions

@@ -215,6 +215,22 @@ def test_a_session_that_takes_over_is_told_of_the_language_and_of_results() -> N
     ]
 
 
+def test_no_id_in_a_seed_is_longer_than_services_take() -> None:
+    again = (FallbackStep("reconnect", 10.0, ""),)
+    scene = talking(replace(PLAN, server=replace(PLAN.server, fallback=again)))
+    given = "chatcmpl-tool-0123456789abcdef0123456789abcdef"
+    scene.do(done("r1", calls=[("search", given)]))
+    scene.do(inputs.ToolDone(given, "{}"), inputs.SessionClosed(1011, "oops"))
+    scene.do(inputs.SessionReady("sess_2"))
+    ids = [
+        str(command.item["call_id"])
+        for command in scene.sent
+        if isinstance(command, CreateItem) and command.item["type"] == "function_call"
+    ]
+    assert ids == ["past_56789abcdef0123456789abcdef"]
+    assert len(ids[0]) == 32
+
+
 def test_calls_of_a_lost_session_are_told_apart_from_those_of_the_next_with_the_same_ids() -> None:
     """Their results come in any order; the next session knows its predecessors' calls as it was
     told of them."""
