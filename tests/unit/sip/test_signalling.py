@@ -3,12 +3,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from gateway.sip import signalling
-from gateway.sip.signalling import MessageLog, SipMessage
+from gateway.audio import Codec
+from gateway.sip import Listen, Security, SipSettings, Trunk, signalling
+from gateway.sip.messages.sdp import SdpRejection
+from gateway.sip.signalling import (
+    PASS,
+    Decision,
+    MessageLog,
+    Negotiation,
+    ReceivedMessage,
+    SipMessage,
+    _Handler,
+)
 
 INVITE = b"""INVITE sip:100@gw SIP/2.0\r
 Call-ID: a\r
@@ -95,3 +108,110 @@ def test_a_flood_takes_no_message_of_a_call_that_is_followed(
         "all together"
     )
     assert log.take("c", last=True) == ([], 0), "and nothing is left behind"
+
+
+# ---- decisions
+
+
+def fields(call_id: str = "a") -> tuple[Any, ...]:
+    message = b"INVITE sip:1@h SIP/2.0\r\n\r\n"
+    return ("192.0.2.1", 5060, "udp", "192.0.2.2", 1, "INVITE", 0, message, b"", False, call_id)
+
+
+def handler(decide: Any, log: MessageLog) -> _Handler:
+    def ignored(*_given: Any) -> None: ...
+
+    return _Handler(decide, decide, decide, ignored, ignored, log)
+
+
+def test_a_message_that_is_taken_in_place_of_another_is_not_kept_beside_it() -> None:
+    log = MessageLog()
+    log.wanted = True
+    asked: list[str] = []
+
+    def decide(received: ReceivedMessage) -> Decision:
+        asked.append(received.call_id)
+        if len(asked) == 1:
+            made.on_message(*fields())
+        return PASS
+
+    made = handler(decide, log)
+    assert made.on_message(*fields()) == PASS
+    assert asked == ["a", "a"]
+    assert len(log.take("a")[0]) == 1
+    made.on_message(*fields())
+    assert len(log.take("a")[0]) == 1, "the next one is"
+
+
+def test_a_decision_that_raises_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And goes to the C++ side, which refuses what it was about."""
+    now = [100.0]
+    monkeypatch.setattr(signalling, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    log = MessageLog()
+    log.wanted = True
+
+    def decide(_received: object) -> Decision:
+        raise ZeroDivisionError
+
+    made = handler(decide, log)
+    with capture_logs() as logs:
+        for _ in range(3):
+            for ask in (made.on_message, made.on_request):
+                with pytest.raises(ZeroDivisionError):
+                    ask(*fields())
+        with pytest.raises(ZeroDivisionError):
+            made.on_unread("192.0.2.1", 5060, "udp", 400, b"x")
+        assert len(logs) == 1
+        now[0] += signalling.FAILED_SECONDS
+        with pytest.raises(ZeroDivisionError):
+            made.on_message(*fields())
+    assert len(logs) == 2
+    assert len(log.take("a")[0]) == 4, "each was kept all the same"
+
+
+@pytest.mark.parametrize(
+    ("listen", "local", "six"),
+    [
+        ("0.0.0.0", "192.0.2.1", False),
+        ("::", "192.0.2.1", False),
+        ("0.0.0.0", "2001:db8::1", True),
+        ("::", "::", True),
+        ("0.0.0.0", "::", False),
+        ("::", "", True),
+        ("::", "::ffff:192.0.2.1", False),
+    ],
+)
+def test_which_family_a_calls_audio_has(listen: str, local: str, six: bool) -> None:
+    settings = SipSettings(listen=(Listen("udp", listen, 5060),))
+    assert Negotiation(settings).uses_ipv6(local) is six
+
+
+SECURE = Trunk("s", security=Security("required"))
+
+
+@pytest.mark.parametrize(
+    ("media", "trunk", "why"),
+    [
+        ("m=audio 4000 RTP/AVP 0", None, None),
+        ("m=audio 4000 RTP/AVP 8", None, None),
+        ("m=audio 4000 RTP/AVP 8", Trunk("u", codecs=(Codec.PCMU,)), SdpRejection.CODEC),
+        (
+            "m=audio 4000 RTP/AVP 0",
+            Trunk("s", security=Security("required")),
+            SdpRejection.SRTP_REQUIRED,
+        ),
+        ("m=video 4000 RTP/AVP 31", None, SdpRejection.NO_AUDIO),
+    ],
+)
+def test_an_offer_within_a_call_is_judged_by_its_trunk(
+    media: str, trunk: Trunk | None, why: SdpRejection | None
+) -> None:
+    settings = SipSettings(listen=(Listen("udp", "0.0.0.0", 5060),))
+    text = f"v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\ns=-\r\nc=IN IP4 192.0.2.1\r\nt=0 0\r\n{media}\r\n"
+    assert Negotiation(settings).rejection(text, trunk, "192.0.2.2") is why
+
+
+def test_the_request_uri_as_it_stands() -> None:
+    made = ReceivedMessage(*fields())
+    assert (made.request_uri, made.reliable) == ("sip:1@h", False)
+    assert replace(made, message=b"INVITE", transport="tcp").request_uri == ""
