@@ -506,8 +506,10 @@ class OutboundCalls:
             if dialled:  # a B-leg
                 return self.limiter.dial(uri, handler, audio, codecs, trunk, by_pattern, caller_id)
             dialled = True
-            give_back()  # it was asked for before its session was opened
-            return self.limiter.dial_admitted(uri, handler, audio, codecs, trunk, shown)
+            try:
+                return self.limiter.dial_admitted(uri, handler, audio, codecs, trunk, shown)
+            finally:
+                give_back()  # taken before its session was opened; its leg is counted
 
         match = placed_match(route, uri, record.leg.trunk, variables, datetime.now(UTC))
         retry_after = sip_settings(self.config).retry_after

@@ -347,6 +347,17 @@ async def test_a_b_leg_of_a_placed_call_is_checked_with_audio_of_its_own_too(
         placing.dial(URI, Handler(), audio, [Codec.PCMU], "", True, "4711")
 
 
+async def test_a_placed_call_has_its_place_also_while_it_is_dialled(placing: Placing) -> None:
+    agent = Agent()
+    limiter = placing.outbound.limiter = limiter_of(agent)
+    placing.outbound.dial(URI, "r")
+    took: list[object] = []
+    limiter._asking = cast(Any, Lock(lambda: took.append(agent.calls.may_follow_refer(URI))))
+    placing.dial(URI, Handler(), CallAudio(Codec.PCMU, 1), [Codec.PCMU], "")
+    assert took == [None]
+    assert limiter.active == 1
+
+
 @pytest.mark.parametrize("rule", ["room", "limit"])
 async def test_a_call_that_a_rule_forbids_has_a_record(placing: Placing, rule: str) -> None:
     if rule == "room":
