@@ -28,7 +28,7 @@ _ASTERISK = re.compile(
 )
 _GLOB = re.compile(r"\^?\+?[0-9]+\*\$?")
 _NUMBER = re.compile(r"\^?(?:(?:\\[+*#d]|[#0-9.]|\[[0-9-]+\]|\{[0-9]+\})\??)+\$?")
-"""An expression, or one side of a ``|`` in it, that stands for numbers of one length."""
+"""An expression, or one side of a ``|`` in it, that stands for numbers of a limited length."""
 
 _CLASSES = {"X": "[0-9]", "Z": "[1-9]", "N": "[2-9]", ".": ".+", "!": ".*", "+": "\\+", "*": "\\*"}
 
@@ -129,6 +129,8 @@ def pattern_note(text: str) -> str | None:
             return f'"{text}" matches every number that ends so; only this one: "{meant}"'
         number = literal[1]
         return f'"{text}" matches 1{number}2, too; only this number: "{meant}"'
+    if text == ".":  # any number, but none at all
+        return None
     group = re.fullmatch(r"\((?:\?:)?([^()]*)\)", text)
     sides = (group[1] if group else text).split("|")
     ends = {(side.startswith("^"), side.endswith("$")) for side in sides}

@@ -271,7 +271,9 @@ def _database(config: Config) -> Iterator[Finding]:
         made = database.exists()
     except SQLAlchemyError as error:
         text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
-        advice = "until it works, rows wait, and calls with a budget or a cap are refused"
+        refused = config.shared.fail == "closed"
+        then = ", and calls with a budget or a cap are refused" if refused else ""
+        advice = f"until it works, rows wait{then}"
         yield bad("database", text, advice)
     else:
         yield ok("database", "can be read" if made else "has no tables yet; `run` makes them")

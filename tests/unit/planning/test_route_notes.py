@@ -44,6 +44,7 @@ from tests.unit.planning.test_config_notes import HEARD
         ("^100$", None),
         ("^1[0-9]*$", None),
         (".*", None),
+        (".", None),
         ("^sales", None),
         ("^(100|200)$", None),
     ],

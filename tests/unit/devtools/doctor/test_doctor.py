@@ -97,16 +97,18 @@ def test_a_control_socket_without_its_folder(tmp_path: Path, folder: str, verdic
     assert "is not there" in found.fact
 
 
-def test_a_database_that_does_not_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fail", ["open", "closed"])
+def test_a_database_that_does_not_answer(tmp_path: Path, fail: str) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # and does not listen
         url = f"postgresql://u:secret@127.0.0.1:{silent.getsockname()[1]}/db"
-        text = f'[records]\nfolder = "records"\ndatabase = "{url}"\n'
+        text = f'[records]\nfolder = "records"\ndatabase = "{url}"\n[shared]\nfail = "{fail}"\n'
         config, _ = load_all(write(tmp_path, text), {})
         (found,) = machine._database(config)
     assert found.verdict is Verdict.BAD
     assert "refused" in found.fact
     assert "secret" not in found.fact
+    assert ("calls" in found.advice) is (fail == "closed")
 
 
 @pytest.mark.parametrize("content", [None, "no database"])
