@@ -147,8 +147,8 @@ class _Turns:
         return self._answers[item_id] or ""
 
     def add_keys(self) -> None:
-        """Add DTMF digits of the caller as a turn, which is answered by itself; nothing where the
-        latest turn is one of digits, too, and has no answer yet."""
+        """Add DTMF digits that the model is told as a turn, which is answered by itself; nothing
+        where the latest turn is one of digits, too, and has no answer yet."""
         if self.latest != _KEYS or self._answers[_KEYS] != "":
             self._answers.pop(_KEYS, None)
             self.add(_KEYS)
@@ -210,7 +210,9 @@ class Guardrails:
             case inputs.ToolRequest(command=SendMessage(respond=True) | SendImage(respond=True)):
                 self._turns.allow()  # whoever sent it knows what is to be answered
             case inputs.DigitPressed():
-                self._turns.add_keys()
+                # Before the recording, which forgets ``digit_taken``.
+                if self._control.plan.dtmf.enabled and not self._control.digit_taken:
+                    self._turns.add_keys()
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 if not self._control.capabilities.turn_events:
                     self._turns.settle()  # it answers a turn before the next, or not at all

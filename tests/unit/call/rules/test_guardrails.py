@@ -11,7 +11,15 @@ import pytest
 
 from gateway.audio import Codec
 from gateway.call import inputs, outputs
-from gateway.call.plan import CallPlan, ContentPlan, GuardrailPlan, InterruptionPlan, ToolsPlan
+from gateway.call.plan import (
+    ApprovalRule,
+    CallPlan,
+    ContentPlan,
+    FunctionPlan,
+    GuardrailPlan,
+    InterruptionPlan,
+    ToolsPlan,
+)
 from gateway.call.tools.commands import Destination, TransferPlan
 from gateway.realtime.events import (
     AgentTranscript,
@@ -291,3 +299,20 @@ def test_keys_after_a_turn_that_is_not_to_be_answered_are_answered() -> None:
     for response, pressed in (("r2", "1"), ("r3", "2")):
         scene.do(key(pressed), key("#"))
         assert hears(scene, response)
+
+
+def test_a_key_that_approves_a_tool_call_is_no_turn_whose_answer_is_let_through() -> None:
+    rule = GuardrailPlan("caller", None, url="http://rules/", name="u", timeout=60.0)
+    tools = ToolsPlan(
+        functions={"pay": FunctionPlan()}, approvals=(ApprovalRule("pay", "ask_caller"),)
+    )
+    content = ContentPlan(guardrails=(rule,))
+    scene = Scene(CallPlan("r", Codec.PCMU, content=content, tools=tools)).up()
+    says(scene, "a")
+    (check,) = checks(scene, said(InputTranscribed("a", "A bomb.")))
+    scene.do(created("r1"), done("r1", calls=[("pay", "c1", "{}")]))
+    assert hears(scene, "question")
+    assert scene.do(key("1"))[-1] == "run pay c1 {}"
+    assert scene.do(inputs.ToolDone("c1", "{}")) == ["output c1", "create"]
+    scene.do(inputs.ContentChecked(check.key, False, "because"))
+    assert not hears(scene, "r2")
