@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Interruptions: where the caller's ear was cut, and what the server is told of it."""
+"""Barge-in: how much of an answer the caller had heard, and what the server is told of it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Dialogs as others lead them: reliable progress, crossings, repeats, refreshes, odd requests."""
+"""Dialogs: PRACK, CANCEL that crosses a 200, repeats, session timers, odd requests."""
 
 from __future__ import annotations
 

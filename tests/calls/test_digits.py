@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keys by RFC 4733: counted once, lost never, and what becomes of them."""
+"""DTMF by RFC 4733: each press counts once, none is lost; what becomes of the digits."""
 
 from __future__ import annotations
 

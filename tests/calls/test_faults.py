@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A defect of ours, at every entry of a call's handling in turn: that call ends, with a record, and
-the only place there is takes the next one."""
+"""Exceptions in our own code, at every entry of a call's handling: that call ends, with a record,
+and the only place there is takes the next one."""
 
 from __future__ import annotations
 

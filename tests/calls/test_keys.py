@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keys by INFO and in the audio, and keys that the model presses."""
+"""DTMF by INFO and in the audio (in-band), and keys that the model presses."""
 
 from __future__ import annotations
 

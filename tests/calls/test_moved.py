@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The caller's side hands the gateway's call on: by REFER, or to somebody who replaces it."""
+"""Calls that the caller's side moves: by REFER, or INVITE with Replaces."""
 
 from __future__ import annotations
 

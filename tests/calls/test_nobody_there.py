@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An INVITE is nobody's word: before its ACK no RTP, no greeting, and in the end a BYE."""
+"""Calls without an ACK: no RTP and no greeting before it, and in the end a BYE."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A server that is known to be in trouble before a caller has to find out."""
+"""Health checks of realtime servers: one that fails is known before a caller has to find out."""
 
 from __future__ import annotations
 

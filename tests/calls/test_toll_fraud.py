@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nobody makes the gateway call where it shall not, or shows them the password of a trunk."""
+"""Toll fraud: destinations that may not be called, and passwords of trunks that are not shown."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sessions that fail at every step of a call: what becomes of it, and what its caller hears."""
+"""Sessions that are lost at every step of a call: failover, and what the caller hears."""
 
 from __future__ import annotations
 
@@ -199,8 +199,8 @@ async def test_an_announcement_and_the_end(world: GatewayStack, when: str) -> No
     figures.show(f"announcement, {when}: heard after ms", f"{trouble['sound_after_ms']:.0f}")
 
 
-async def test_a_tool_that_ends_while_there_is_no_session(world: GatewayStack) -> None:
-    """Lost between the function call and its result, or a key: nothing of it is lost."""
+async def test_keys_while_there_is_no_session(world: GatewayStack) -> None:
+    """The next session is told of the digits that were pressed meanwhile."""
     world.behave(vad="off", answer="silent", end={"after_s": 0.4, "code": 1011})
     world.then(refuse={"step": "upgrade", "http_status": 503})
     call = await world.dial("again")

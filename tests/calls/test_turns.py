@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who has the word, over real calls: policies of interruption, and a caller who says nothing."""
+"""Turn-taking in real calls: rules of interruption, and a caller who says nothing (idle)."""
 
 from __future__ import annotations
 
