@@ -397,5 +397,5 @@ async def test_odd_packets_to_a_live_call(world: GatewayStack) -> None:
 
 async def test_nothing_is_left(world: GatewayStack) -> None:
     """Connections live as long as their transactions, half a minute (RFC 3261 timer H)."""
-    most = AT_START["fds"] + 6
-    await eventually(lambda: world.gateway.resources()["fds"] <= most, "files closed", 45)
+    most = AT_START["sockets"] + 6
+    await eventually(lambda: world.gateway.resources()["sockets"] <= most, "sockets closed", 45)

@@ -35,17 +35,17 @@ KNOWN_S, KNOWN_KIB = 32, 10
 
 
 FEW = 6
-"""Files and sockets that come with the first calls, and stay."""
+"""Sockets that come with the first calls, and stay."""
 
 RECORD_WRITERS = 8
 """Threads of the loop's pool, which come when two records are written at once, and stay."""
 
 
 async def watched(world: GatewayStack, idle: int) -> dict[str, Any]:
-    """What the process holds while no call is up; ``idle`` is how many files that should be."""
+    """What the process holds while no call is up; ``idle`` is how many sockets that should be."""
     await eventually(lambda: not world.emulator.live, "all sessions closed")
     # RTP ports are held for a while after their calls.
-    await eventually(lambda: world.gateway.resources()["fds"] <= idle + FEW, "files closed")
+    await eventually(lambda: world.gateway.resources()["sockets"] <= idle + FEW, "sockets closed")
     line = await world.holds()
     told = {name: line[name] for name in ("tasks", "objects", "used_kib", "blocks")}
     since = (datetime.now(UTC) - timedelta(seconds=KNOWN_S)).isoformat()
@@ -58,7 +58,7 @@ async def test_many_short_calls(own_folder: Path) -> None:
     await world.start()
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 0.1, "burst": True})
     at_a_time = min(4, world.gateway.max_calls)
-    idle = world.gateway.resources()["fds"]
+    idle = world.gateway.resources()["sockets"]
     used = world.gateway.cpu_seconds()
 
     async def run(calls: int) -> None:

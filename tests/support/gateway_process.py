@@ -239,14 +239,17 @@ class Gateway:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def resources(self) -> dict[str, int]:
-        """Resident memory (KiB), threads, open file descriptors."""
+        """Resident memory (KiB), threads, open file descriptors, and how many of them are sockets:
+        databases open and close files of their own at any time."""
         status = dict(
             line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines()
         )
+        links = [_link(one) for one in Path(f"/proc/{self.pid}/fd").iterdir()]
         return {
             "rss_kib": int(status["VmRSS"].split()[0]),
             "threads": int(status["Threads"]),
-            "fds": len(list(Path(f"/proc/{self.pid}/fd").iterdir())),
+            "fds": len(links),
+            "sockets": sum(link.startswith("socket:") for link in links),
         }
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
@@ -258,3 +261,11 @@ class Gateway:
                 self.other_output.append(text)
             self._pulse.set()
         self._pulse.set()
+
+
+def _link(descriptor: Path) -> str:
+    """Return what an open descriptor is of; empty if it has been closed meanwhile."""
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:
+        return ""
