@@ -327,11 +327,13 @@ class DigitCollection:
         return [note, *self._told(result, now)]
 
     def _finish(self, ended_by: str, now: float) -> list[Output]:
-        """End the collection and log it, private and sensitive digits masked. Answer the tool call
-        with the digits and ``ended_by``; or return ``StoreDigits`` of sensitive ones, and answer at
-        once if none were entered.
+        """End the collection and log it (``dtmf_collected``), private and sensitive digits as
+        ``*``. Answer the tool call with digits that are not sensitive and ``ended_by``; private
+        ones are masked in record and transcript from now on.
 
-        Private digits are masked in record and transcript from now on.
+        Sensitive digits are not told: return ``StoreDigits``, and wait ``store_timeout`` and 1 s
+        for its answer (:meth:`stored`); without any, answer "nothing entered" at once. Further keys
+        are dropped, and the caller stays concealed, for ``TAIL_SECONDS``.
 
         Args:
             ended_by: terminator, full or timeout.

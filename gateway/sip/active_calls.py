@@ -40,7 +40,7 @@ QUALITY_SECONDS = 1.0
 
 
 class GiveBack(Protocol):
-    """Function that ends that a call is counted by all processes. On the event loop."""
+    """Function that gives back a call's place in what all processes count. On the event loop."""
 
     def __call__(self, *, unused: bool = False) -> None:
         """Give a place back; ``unused``: no call was placed, so their rate does not count it."""

@@ -329,6 +329,7 @@ class Registration:
 
     Args:
         chance: evenly distributed between 0 and 1; for the jitter.
+        now: when it is made (s).
     """
 
     def __init__(self, chance: Callable[[], float], now: float = 0.0) -> None:

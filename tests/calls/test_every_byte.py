@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the caller says goes up byte for byte, with the default settings of media: through SRTP,
+"""The caller's audio goes up byte for byte, through SRTP beside replayed and forged packets,
 whatever its keys come from, in packets of any length, in either law, over a bad network."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Offers and answers after the first, and delayed ones: audio stays right, both ways."""
+"""Hold, resume and other offers after the first, delayed offers: audio stays right, both ways."""
 
 from __future__ import annotations
 

@@ -139,8 +139,8 @@ class Conversation:
 
     def prepare(self, plan: CallPlan) -> None:
         """Replace the plan by one that is the same, with the call's fetched data in its texts;
-        called before :meth:`open`. A rule may keep a part of the first plan only if no text of that
-        part has such data."""
+        called before :meth:`open`. No part is told: what one has kept of the first plan stays in
+        use, so that it may keep only what has no text with such data."""
         self._plan = self.control.plan = plan
 
     # ---- what happens

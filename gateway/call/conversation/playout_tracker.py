@@ -338,8 +338,10 @@ class PlayoutTracker:
         return rest + self._silence * (self._frame_bytes - len(rest))
 
     def _cut_and_report(self, parts: list[_Part]) -> list[Heard]:
-        """Cut these parts: drop their audio still to come, and return what was heard of each; none
-        is reported again."""
+        """Cut these parts, once the queue is cleared: their audio that the server sends from now on
+        is dropped. Return what was heard of each, with the totals of its item over all parts that
+        are remembered, and mark them as reported; which of them still are to be, callers decide.
+        Forget the parts of past sessions once all of those are finished."""
         totals: dict[tuple[int, str], tuple[int, int]] = {}
         for part in self._all_parts:
             item = (part.past, part.key[0])
